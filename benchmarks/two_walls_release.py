@@ -141,7 +141,7 @@ def run(method: str, seed: int, given: argparse.Namespace) -> None:
                     loss.backward()
                     nn.utils.clip_grad_norm_(net.parameters(), 0.5)
                     optimizer.step()
-            if method == "ppo" and float((ratio - 1 - log_ratio).mean()) > 0.02:
+            if method == "ppo" and float((ratio - 1 - log_ratio).detach().mean()) > 0.02:
                 break
         first = not solved and bool((mode >= 0).all())
         solved = steps if first else solved

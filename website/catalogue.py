@@ -49,6 +49,8 @@ GRADIENT = {
     "PredictedMatching": "The velocity at noised predictions of the sampler's steps; predictions and noise are data.",
     "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "PerDecision": "At every decision of an episode, what its estimator asks of the policy; the episode is data.",
+    "OptimizedActions": "The flow at noised improved chunks, which are data: the critic's slope moves no weights.",
+    "EditedActions": "The flow at noised chunks, and through what the editor adds the critics; episodes are data.",
     "OneStepQ": "The flow at noised chunks, the one-step chunk, and through the chunk the critics; episodes are data.",
     "DecoupledQ": "The flow at noised chunks, and the critics of decisions and observations; episodes are data.",
     "AdjointQ": "Both flows and the critics; the path, its adjoint, and the critics' gradient there are data.",

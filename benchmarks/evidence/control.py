@@ -112,7 +112,7 @@ def trained(arm: str, rate: float, seed: int, asked: bool, budget: int = BUDGET)
             begun = time.process_time()
             metrics = iterate(session, PhaseTimer())[0]
             seconds += time.process_time() - begun
-            steps += round(float(metrics["episode/decisions"]) * metrics_samples(session) * chunk)
+            steps += round(float(metrics["episode/decisions"]) * episodes_an_iteration(session) * chunk)
             if steps // EVERY > points[-1][0] // EVERY or steps >= budget:
                 look()
     except UserError as error:
@@ -121,8 +121,8 @@ def trained(arm: str, rate: float, seed: int, asked: bool, budget: int = BUDGET)
     return {"points": points, "whole": whole, "base": base, "end": evaluated(session, names(asked))}
 
 
-def metrics_samples(session: Session) -> int:
-    """Episodes of an iteration."""
+def episodes_an_iteration(session: Session) -> int:
+    """How many are made."""
     return session.config.data.prompts * session.config.data.group
 
 

@@ -18,16 +18,18 @@ def judge(session: Session, metrics: Mapping[str, float]) -> list[Verdict]:
 
 def facts_of(session: Session, metrics: Mapping[str, float]) -> Facts:
     """What the ranges depend on."""
-    config, sampler = session.config, session.algorithm.sampler
+    config, algorithm = session.config, session.algorithm
+    sampler = algorithm.sampler
     elsewhere = getattr(sampler, "engine", None) is not None or session.workers is not None
-    makes = sampler.forwards > 0  # rewards of what a data set holds are not the policy's
+    replays = getattr(algorithm.objective, "off_policy", False)
+    makes = sampler.forwards > 0 and not replays  # rewards of what a data set holds are not the policy's
     return Facts(
         exact=config.model.dtype == "float32" and not elsewhere,
         stale=VERSION in metrics and metrics[VERSION] < session.progress.iteration - 1,
         samples=config.data.prompts * config.data.group * makes,
         groups=config.data.prompts * makes,
-        group=config.data.group,
-        text=session.algorithm.family != "diffusion" and getattr(session.policy, "image_tokens", None) is None,
+        group=config.data.group if algorithm.min_group > 1 else 1,  # others compare no samples of a group
+        text=algorithm.family != "diffusion" and getattr(session.policy, "image_tokens", None) is None,
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl.estimators.q_learning import Aggregate, Decisions, OfTransitions, aggregated, critics_of, matching_error
-from flowrl.types import Acting, Beside
+from flowrl.estimators.q_learning import Decisions, OfTransitions, critics_of, matching_error
+from flowrl.types import Acting, Aggregate, Beside, aggregated
 
 PARTIAL, TAUGHT = "partial/", "taught/"
 """And the number of a critic: the logit of what the short critic says of the decision, and what the long one says."""
@@ -32,7 +32,6 @@ class DecoupledQ(OfTransitions):
     The policy acts by the best of ``candidates`` chunks of its flow, kept within ``bound``, by the partial critics.
     """
 
-    draws: ClassVar[int] = 1
     backup: int = 5
     candidates: int = 32
     aggregate: Aggregate = "mean"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +14,11 @@ from flowrl.devices import put
 from flowrl.estimators.episodes import episodes_of
 from flowrl.math.flow import interpolate
 from flowrl.math.random import normal, uniform
-from flowrl.types import Acting, Beside, IncompatibleError, Likelihood, Rollout, Rows
+from flowrl.types import Acting, Aggregate, Beside, IncompatibleError, Likelihood, Rollout, Rows, aggregated
 
 NOISE, TIMES = 1021, 1022  # streams of a sample's seed
 Q = "q/"
 """And the number of a critic: what it says of the decision, with a gradient to its weights."""
-Aggregate = Literal["mean", "min"]
-"""How the critics of an ensemble become one number."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,11 @@ class OfTransitions:
     how many decisions ``backup`` later the value is taken."""
 
     family: ClassVar[str] = "control"
-    draws: ClassVar[int] = 1
+
+    @property
+    def draws(self) -> int:
+        """Noises of a decision."""
+        return 1
 
     backup: int = 1
 
@@ -156,11 +158,6 @@ def critics_of(said: Tensor) -> dict[str, Tensor]:
     return {f"{Q}{number}": value for number, value in enumerate(said)}
 
 
-def aggregated(said: Tensor, how: Aggregate) -> Tensor:
-    """[L] of an ensemble [K, L]."""
-    return said.mean(dim=0) if how == "mean" else said.min(dim=0).values
-
-
 def matching_error(policy: Any, found: Decisions, noise: Tensor) -> Tensor:
     """[L] mean squared error of the velocity at the decision's chunk, noised by ``noise`` [L, h, d]: what imitates."""
     x = interpolate(found.action, noise, found.at)
@@ -183,7 +180,6 @@ class OneStepQ(OfTransitions):
     The policy acts by mu, also where it is deployed: one evaluation from noise.
     """
 
-    draws: ClassVar[int] = 3
     steps: int = 10
     aggregate: Aggregate = "mean"
     bound: float = 3.0
@@ -192,6 +188,11 @@ class OneStepQ(OfTransitions):
     width: int = 512
     depth: int = 4
     target: str = "target"
+
+    @property
+    def draws(self) -> int:
+        """Of the matching error, of the actor, and of what it does next."""
+        return 3
 
     @property
     def beside(self) -> Mapping[str, Beside]:

@@ -30,7 +30,7 @@ def check_training(
     """
     options, state = session.config.monitor, _state(session)
     checks = []
-    if options.samples:
+    if _has_media(session):
         share = Share.alone(len(rollout.group)) if share is None else share
         group = share.gather(rollout.group)
         chosen = subsample(group, options.samples)
@@ -56,7 +56,7 @@ def check_heldout(session: Session, samples: Samples, scores: Scores, share: Sha
     ``share``: which of the samples that ``scores`` are of are these."""
     options, state = session.config.monitor, _state(session)
     checks = check_rewards(scores, state, options)
-    if options.samples:
+    if _has_media(session):
         share = Share.alone(len(samples)) if share is None else share
         chosen = subsample(scores.group, options.samples)
         part, rows = share.take(chosen)
@@ -92,6 +92,11 @@ def should_stop(session: Session, run: RunDirectory) -> Stop | None:
     last = f"the last one before the alarm is {good[-1]}" if good else "none is older than the alarm"
     last += f", the best by {metric} is {best}" if best in good else ""
     return Stop(f"monitor.action=rollback: stopped after iteration {done} without a checkpoint; {last}", save=False)
+
+
+def _has_media(session: Session) -> bool:
+    """Whether samples are watched: of an episode there is only a line that tells of it, which no policy wrote."""
+    return session.config.monitor.samples > 0 and session.algorithm.family != "control"
 
 
 def _check(name: str, metrics: Mapping[str, float], state: State) -> Check:

@@ -37,6 +37,6 @@ class Deployed:
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Condition, draw: Draw) -> Rollout:
         acting = policy.config.acting or Acting()
-        shape = (acting.candidates, *policy.latent_shape)
+        shape = (acting.noises, *policy.latent_shape)
         z = self.temperature * normal(draw.seeds, shape, stream=INITIAL_NOISE, device=policy.device)
         return Rollout.of(draw, condition, policy.act(condition, z), forwards=len(draw) * acting.candidates)

@@ -48,9 +48,9 @@ class PastVerified:
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
         first = self.sampler(policy, condition, draw)
         final, forwards = first.final, first.forwards
-        done = condition.done
+        done: Tensor | None = condition.done
         rows = torch.arange(0) if done is None else (~done.isnan()).flatten(1).all(dim=1).nonzero()[:, 0]
-        if self.candidates > 1 and len(rows) and done.shape[1]:
+        if self.candidates > 1 and done is not None and len(rows) and done.shape[1]:
             wanted, part, some = done[rows].to(final), draw.take(rows), condition.take(rows)
             chosen, best = final[rows], _error(final[rows], wanted)
             for number in range(1, self.candidates):

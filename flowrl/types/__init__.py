@@ -10,7 +10,7 @@ Times run from 1 (noise) to 0 (clean). The canonical continuous process is ``x_t
 velocity ``v = noise - clean``; every other parameterisation is converted inside the policy.
 """
 
-from flowrl.types.acting import Acting, Beside
+from flowrl.types.acting import Acting, Aggregate, Beside, aggregated
 from flowrl.types.chats import Chat
 from flowrl.types.decisions import (
     Batch,
@@ -89,6 +89,7 @@ __all__ = [
     "RIVAL",
     "Acting",
     "Advantage",
+    "Aggregate",
     "Aggregation",
     "Batch",
     "Beside",
@@ -147,6 +148,7 @@ __all__ = [
     "Truncation",
     "ViewRows",
     "Weights",
+    "aggregated",
     "exchange",
     "first_of_group",
     "iterate_blocks",

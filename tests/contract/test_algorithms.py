@@ -131,6 +131,8 @@ TOY = {
     "cfgrl": {"token_advantage": [{"use": "episode_gae"}, {"use": "improved"}]},  # centred: its critic is slow
     "dppo": {"clip": 0.2},
     "fql": {"alpha": 0.1, "tau": 0.1},
+    "pa_rl": {"tau": 0.1, "rate": 0.1},
+    "expo": {"tau": 0.1, "scale": 0.5},
     "qam": {"inverse_temperature": 30.0, "tau": 0.1},
     "dqc": {"tau": 0.1, "kappa_b": 0.5, "gamma": 0.5},  # values have to stay below 1
     "orw_cfm/control": {"tau": 8.0},  # at .5 and this family's rate, weights from 1 to e^.5 teach next to nothing

@@ -76,6 +76,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "mip": {"length": 3},
     "ptp": {"length": 3, "past_weight": 0.5},
     "fql": {"width": 64, "depth": 2},
+    "pa_rl": {"width": 64, "depth": 2, "candidates": 8, "keep": 4},
+    "expo": {"width": 64, "depth": 2, "candidates": 4, "edits": 4},
     "qam": {"width": 64, "depth": 2, "critics": 3},
     "dqc": {"width": 64, "depth": 2, "backup": 2, "candidates": 8},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7

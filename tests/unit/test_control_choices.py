@@ -25,11 +25,14 @@ from flowrl.models.control.load import load_control, read_config, save_control
 from flowrl.models.control.new import config_for, untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.models.family import family_of
+from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.categorical import CategoricalSampler
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
+from flowrl.session import open_session
 from flowrl.startup.preflight import check_run
+from flowrl.train import iterate
 from flowrl.types import Draw, Episodes, IncompatibleError, Prompt
 
 CONFIG = ControlConfig(kind="categorical", observation=3, action=4, chunk=2, width=16, depth=1)
@@ -279,3 +282,19 @@ def test_an_untrained_policy_is_written_by_a_command(tmp_path: Path, monkeypatch
     assert all(torch.equal(value, wanted[name]) for name, value in policy.network.state_dict().items())
     save_control(policy.config, policy.network, tmp_path / "q")
     assert read_config(tmp_path / "q") == policy.config
+
+
+@pytest.mark.slow
+def test_a_poor_clone_learns_to_balance(tmp_path: Path) -> None:
+    """T16 in small: InvertedPendulum from 10 episodes of a weak controller, DPPO as a user runs it, 24 thousand steps
+    (937 to 992 of three seeds; 61 before)."""
+    for package in ("mujoco", "imageio"):  # gymnasium imports both
+        pytest.importorskip(package)
+    from benchmarks.inverted_pendulum import FILE, deployed, write_base
+
+    assert "10 episodes, " in write_base(tmp_path / "base")
+    session = open_session(check_run(Config.load(FILE, [f"model.path={tmp_path / 'base'}", f"out={tmp_path}"])))
+    before, steps = deployed(session), 0.0
+    while steps < 24_000:
+        steps += 16 * float(iterate(session, PhaseTimer())[0]["episode/decisions"])
+    assert before < 200 and deployed(session) > before + 300

@@ -47,7 +47,6 @@ def session_of(
         "optimizer": {"lr": 0.002, **critic},
         "train": {"iterations": 9, "sample_batch": 5, "updates": 2, "epochs": 2, "micro_batch": 7},
         "eval": {"every": 0, "weights": "live"},
-        "monitor": {"samples": 0},
         "on_nan": on_nan,
     })  # fmt: skip
     start = None if built.tuned is None else built.tuned[1] / built.tuned[0]  # of a flow's even times
@@ -225,3 +224,9 @@ def test_episodes_whose_environment_fails_follow_on_nan(algorithm: Any, tmp_path
     lost = ~made.scores.valid
     assert 0 < int(lost.sum()) < 12 and bool((advantage[lost] == 0).all()) and bool(torch.isfinite(advantage).all())
     assert metrics["ratio/first_max_deviation"] < 1e-6 and metrics["grad_norm"] > 0
+
+
+def test_lines_that_tell_of_episodes_are_not_watched_as_answers() -> None:
+    session = session_of()
+    assert session.config.monitor.samples > 0
+    assert not [key for key in lines(session, 1)[0] if key.startswith(("monitor/", "alarm/"))]

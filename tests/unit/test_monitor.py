@@ -294,7 +294,8 @@ def test_paired_differences():
 
 def session(**options):
     config = SimpleNamespace(monitor=MonitorConfig(**options))
-    return SimpleNamespace(config=config, memory={}, progress=SimpleNamespace(iteration=0))
+    algorithm, progress = SimpleNamespace(family="diffusion"), SimpleNamespace(iteration=0)
+    return SimpleNamespace(algorithm=algorithm, config=config, memory={}, progress=progress)
 
 
 def rollout(count):

@@ -61,17 +61,26 @@ class BesideNetwork(nn.Module):
     def __init__(self, name: str, form: Beside, seen: int, chunk: int, action: int) -> None:
         super().__init__()
         self.form, self.shape = form, (chunk, action)
-        asked = {"actor": chunk * action, "q": form.decisions * chunk * action, "value": 0}[form.kind]
-        answer = chunk * action if form.kind == "actor" else 1
+        if form.kind == "number":
+            self.log = nn.Parameter(torch.zeros(1))
+            return
+        whole = chunk * action
+        asked = {"actor": whole, "editor": whole, "q": form.decisions * whole, "value": 0}[form.kind]
+        answer = {"actor": whole, "editor": 2 * whole}.get(form.kind, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(0, "beside", name))
             self.body = Perceptrons([seen + asked, *[form.width] * form.depth, answer], form.copies, form.judges)
 
     def forward(self, features: Tensor, chunk: Tensor | None = None, fixed: bool = False) -> Tensor:
-        """Chunks [n, h, d] of an actor, numbers [K, n] of a critic, of features [n, seen] and a chunk [n, ...]."""
+        """Chunks [n, h, d] of an actor, [n, 2, h, d] of an editor, numbers [K, n] of a critic, of features [n, seen]
+        and a chunk [n, ...]; the number itself [n] of one."""
+        if self.form.kind == "number":
+            return self.log.exp().expand(len(features))
         given = features if chunk is None else torch.cat([features, chunk.flatten(1)], dim=1)
         found = self.body(given, fixed)
-        return found[..., 0] if self.form.judges else found[0].unflatten(1, self.shape)
+        if self.form.judges:
+            return found[..., 0]
+        return found[0].unflatten(1, (2, *self.shape) if self.form.kind == "editor" else self.shape)
 
 
 PREFIX = "beside."

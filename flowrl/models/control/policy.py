@@ -307,7 +307,7 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         seeds = None if seed is None else torch.arange(len(observed)) + seed
         if self.config.kind == "categorical":
             return draw_choices(self.choices(condition), seeds, 0)
-        shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
+        shape = self.latent_shape if acting is None else (acting.noises, *self.latent_shape)
         x = torch.zeros(len(observed), *shape, device=self.device)
         if seeds is not None:
             x = normal(seeds, shape, stream=0, device=self.device)
