@@ -230,6 +230,7 @@ class _Run:
         """Execute chunks [n, h, d] of standardised actions, as far as they are of the present and to be executed."""
         actions, history = chunks[:, self.policy.config.present], self.observed[rows, event]
         reward = torch.zeros(len(rows), dtype=torch.float64)
+        success, mode = self.success[rows], self.mode[rows]
         for number in range(actions.shape[1]):
             found = environment.step(self.policy.executed(history, actions[:, number]).cpu(), rows)
             reward += found.reward
