@@ -54,6 +54,9 @@ GRADIENT = {
     "OneStepQ": "The flow at noised chunks, the one-step chunk, and through the chunk the critics; episodes are data.",
     "DecoupledQ": "The flow at noised chunks, and the critics of decisions and observations; episodes are data.",
     "AdjointQ": "Both flows and the critics; the path, its adjoint, and the critics' gradient there are data.",
+    "LabelledMatching": "The velocity at noised chunks, without a label and with one; chunks and noise are data.",
+    "ChunkMatching": "The velocity at noised chunks, past actions among them; chunks, times and noise are data.",
+    "TwoEvaluations": "Both answers of the network; the second one's input is made of the recorded chunk.",
     "Perturbation": "The velocity at one point of the recorded path; the path and the noise at its end are data.",
     "NoisyChain": "The mean of every step of the chain and the deviation of its noise; the states are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
@@ -351,15 +354,17 @@ def evidence() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for file in sorted((ROOT / "docs/evidence/data").glob("*.json")):
         for arm, kept in json.loads(file.read_text()).get("arms", {}).items():
-            name = _preset_of(kept["overrides"])
-            ends = [run["points"][-1] for run in kept["runs"].values()]
-            starts = [run["points"][0][0] for run in kept["runs"].values()]
-            if name is None or not ends:
+            acts = "overrides" not in kept  # benchmarks.evidence.control: [environment steps, success, seconds] by seed
+            name = arm if acts else _preset_of(kept["overrides"])
+            runs = [run["points"] for run in (kept if acts else kept["runs"]).values()]
+            if name is None or not runs:
                 continue
-            score, samples = (statistics.fmean(point[place] for point in ends) for place in (0, 1))
+            score, made = (1, 0) if acts else (0, 1)
+            begin = statistics.fmean(points[0][score] for points in runs)
+            end, samples = (statistics.fmean(points[-1][place] for points in runs) for place in (score, made))
             found.setdefault(name, []).append(
-                f"- [{file.stem}](../evidence/{file.stem}.md), arm `{arm}`: held-out score "
-                f"{statistics.fmean(starts):.3f} to {score:.3f} after {samples:.0f} samples, {len(ends)} seeds."
+                f"- [{file.stem}](../evidence/{file.stem}.md), arm `{arm}`: held-out score {begin:.3f} to {end:.3f} "
+                f"after {samples:.0f} {'environment steps' if acts else 'samples'}, {len(runs)} seeds."
             )
     return found
 
