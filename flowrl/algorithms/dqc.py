@@ -5,8 +5,9 @@ from typing import Literal
 from flowrl.estimators.decoupled_q import DecoupledQ
 from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.decoupled_q import BackupRewards, DecoupledQLearning
+from flowrl.parts.decoupled_q import DecoupledQLearning
 from flowrl.parts.ema import Target
+from flowrl.parts.episodes import BackupRewards
 from flowrl.samplers.demonstrations import episodes
 from flowrl.samplers.replayed import OldGroups
 

@@ -35,7 +35,7 @@ EXTRAS = {
     "optimizers": ("prodigyopt",),
     "vllm": ("vllm",),
     "xformers": ("xformers",),
-    "control": ("gymnasium", "mujoco"),
+    "control": ("gymnasium", "mujoco", "imageio"),
 }
 """Modules of each extra; a test compares them with pyproject.toml."""
 GIB = 2**30

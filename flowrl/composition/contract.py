@@ -37,6 +37,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.samplers.residual": "control",
     "flowrl.estimators.episodes": "control",
     "flowrl.estimators.gaussian": "control",
+    "flowrl.estimators.imitation": "control",
     "flowrl.estimators.categorical": "control",
     "flowrl.estimators.noisy": "control",
     "flowrl.estimators.perturbed": "control",

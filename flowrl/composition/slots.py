@@ -130,7 +130,6 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.novelty",
             "flowrl.parts.records",
             "flowrl.parts.episodes",
-            "flowrl.parts.decoupled_q",
         ),
     ),
     "token_advantage": Slot(

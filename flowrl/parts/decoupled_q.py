@@ -10,33 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowrl.parts.episodes import DecisionRewards
 from flowrl.parts.objectives import sample_mean
 from flowrl.parts.q_learning import OffPolicyDefaults, check_discount, critics
-from flowrl.types import Batch, Likelihood, Scores
+from flowrl.types import Batch, Likelihood
 
 Regression = Literal["expectile", "quantile"]
 EDGE = 1e-5
 """Values are kept so far from 0 and 1 where their logit is taken."""
-
-
-@dataclass(frozen=True)
-class BackupRewards(DecisionRewards):
-    """[N, S]: ``sum_{i < backup} gamma^i r_{s + i}`` of the rewards of `DecisionRewards`: what is paid until the value
-    is taken, nothing after an episode's end."""
-
-    gamma: float = 0.999
-    backup: int = 5
-
-    def __post_init__(self) -> None:
-        check_discount(self.gamma)
-
-    def __call__(self, scores: Scores, memory: object) -> Tensor:
-        rewards = super().__call__(scores, memory)
-        found = torch.zeros_like(rewards)
-        for later in range(min(self.backup, rewards.shape[1])):
-            found[:, : rewards.shape[1] - later] += self.gamma**later * rewards[:, later:]
-        return found
 
 
 @dataclass(frozen=True)

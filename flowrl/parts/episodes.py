@@ -45,6 +45,26 @@ class DecisionRewards:
 
 
 @dataclass(frozen=True)
+class BackupRewards(DecisionRewards):
+    """[N, S]: ``sum_{i < backup} gamma^i r_{s + i}`` of the rewards of `DecisionRewards`: what is paid until the value
+    is taken, nothing after an episode's end."""
+
+    gamma: float = 0.999
+    backup: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1 or self.backup < 1:
+            raise ValueError(f"gamma={self.gamma}, backup={self.backup}: give a discount from 0 to 1, and 1 or more")
+
+    def __call__(self, scores: Scores, memory: object) -> Tensor:
+        rewards = super().__call__(scores, memory)
+        found = torch.zeros_like(rewards)
+        for later in range(min(self.backup, rewards.shape[1])):
+            found[:, : rewards.shape[1] - later] += self.gamma**later * rewards[:, later:]
+        return found
+
+
+@dataclass(frozen=True)
 class EpisodeGAE:
     """Generalised advantage estimation (arXiv:1506.02438) over the decisions of an episode.
 

@@ -95,6 +95,7 @@ class FlowSampler:
         x = policy.initial(self._noise(policy, draw), times)
         track = _Track(ranges)
         previous: Tensor | None = None
+        calls = self.steps
         for k in range(self.steps):
             t, t_next = times[k].expand(len(draw)), times[k + 1].expand(len(draw))
             v = policy.velocity(x, t, condition, guidance=self.guidance)
@@ -105,7 +106,7 @@ class FlowSampler:
             elif self.solver == "euler":
                 x = mean_of(ODE(), x, v, t, t_next)
             elif self.solver == "midpoint":
-                x = self._by_midpoint(policy, condition, x, v, t, t_next)
+                x, calls = self._by_midpoint(policy, condition, x, v, t, t_next), calls + 1
             else:
                 clean = clean_of(x, v, t)
                 x = dpm_solver_2m(x, clean, previous, times[k], times[k + 1], times[max(k - 1, 0)])
@@ -120,7 +121,7 @@ class FlowSampler:
             as_latents(x, times[-1]),
             track.steps(times, self.dynamics if ranges.stochastic else ODE(), self.guidance),
             times=times,
-            forwards=self.forwards * len(draw),
+            forwards=calls * len(draw),
         )
 
     def _by_midpoint(

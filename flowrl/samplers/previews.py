@@ -29,7 +29,7 @@ class PreviewSampler(FlowSampler):
     def forwards(self) -> int:
         ranges = self.window.recordable(self.steps) if self.window is not None else range(0)
         ends = range(ranges.start, ranges.start + self.recorded + 1)
-        return self.steps + sum(self.steps - k if self.preview == "ode" else min(self.steps - k, 1) for k in ends)
+        return super().forwards + sum(self.steps - k if self.preview == "ode" else min(self.steps - k, 1) for k in ends)
 
     @torch.no_grad()
     def __call__(self, policy: FlowPolicy, condition: Condition, draw: Draw) -> Rollout:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from flowrl.algorithms.dqc import dqc
 from flowrl.estimators.decoupled_q import DecoupledQ
-from flowrl.parts.decoupled_q import BackupRewards, DecoupledQLearning, asymmetric
+from flowrl.parts.decoupled_q import DecoupledQLearning, asymmetric
+from flowrl.parts.episodes import BackupRewards
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Episodes, Scores
 from tests.contract.toys import roll, small, start

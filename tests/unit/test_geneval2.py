@@ -186,7 +186,7 @@ def test_noise_follows_from_the_words_of_a_prompt(tmp_path: Path, monkeypatch: p
     """Another order or a part of the prompts gives a prompt the same seeds; its place in the file gives others."""
     seen: dict[str, list[int]] = {}
 
-    def generate(policy: Any, sampler: Any, weights: str, draw: Any) -> Generated:
+    def generate(policy: Any, sampler: Any, weights: str, draw: Any, *, draws: bool) -> Generated:
         for prompt, seed in zip(draw.prompts, draw.seeds.tolist(), strict=True):
             seen.setdefault(prompt.text, []).append(seed)
         return Generated(Samples(draw.prompts, torch.zeros(len(draw), 3, 4, 4)))
