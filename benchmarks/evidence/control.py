@@ -32,9 +32,8 @@ from flowrl.types import Draw, Prompt
 from flowrl.worlds.avoid.layout import WAYS, way_name
 from flowrl.worlds.avoid.prompts import HELD_OUT
 
-NAME, TITLE = "control", "Control: one board, six policy gradients"
-SEEDS = 3
-"""Of the arms of `PLAIN` at least; the others may have fewer, as their rows say."""
+NAME, TITLE = "control", "Control: one board, seven policy gradients"
+SEEDS = 5
 CONFIG = ROOT / "configs" / "quickstart_control.yaml"
 ARMS = {
     "fpo": "{use: fpo, family: control, draws: 4, gamma: 0.99}",
@@ -50,7 +49,7 @@ PLAIN = ("fpo", "dppo", "ppo_gaussian")
 RATES = (1e-4, 3e-4, 1e-3)
 PILOT_SEED = 100
 BUDGET, SHORT, EVERY = 240_000, 120_000, 24_000
-"""Environment steps of a run, of a pilot and of a run that is asked for no way, and between evaluations."""
+"""Environment steps of a run or pilot, of a run that is asked for no way, and between evaluations."""
 EACH = 42
 """Episodes of a way in an evaluation."""
 MARK = 0.8
@@ -268,7 +267,7 @@ def block(data: dict[str, Any]) -> str:
         "`python -m benchmarks.evidence.control`",
         f"{BUDGET:,} environment steps a run (four a decision); {machines}, one thread; {packages}; flowrl at "
         f"{commits}." + (f" Ended early: {', '.join(broken)}." if broken else ""),
-        f"Learning rates: mean held-out success of a run of {SHORT:,} environment steps on seed "
+        f"Learning rates: mean held-out success over a run of {BUDGET:,} environment steps on seed "
         f"{PILOT_SEED}, which is none of the seeds below.",
         pilots(data),
         f"Prompts that ask for a way: success at the end by the deployed sampler, {EACH} episodes of each of 18 ways "
