@@ -1,15 +1,13 @@
 """DQC: critics of long chunks of actions for a policy of short ones (arXiv:2512.10926)."""
 
+from dataclasses import replace
 from typing import Literal
 
+from flowrl.algorithms.fql import fql
 from flowrl.estimators.decoupled_q import DecoupledQ
-from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.decoupled_q import DecoupledQLearning
-from flowrl.parts.ema import Target
 from flowrl.parts.episodes import BackupRewards
-from flowrl.samplers.demonstrations import episodes
-from flowrl.samplers.replayed import OldGroups
 
 PAPER = "arXiv:2512.10926"
 
@@ -46,8 +44,17 @@ def dqc(
     rewards, and from steps with ``backup`` more of them alone: here the last decisions of an episode count too, their
     chunk filled up with the last one; gamma is per decision; the flow is the model's own.
     """
-    return Algorithm(
-        sampler=episodes(environment, decisions, shown, offline),
+    made = fql(
+        tau=tau,
+        shown=shown,
+        offline=offline,
+        groups=groups,
+        capacity=capacity,
+        environment=environment,
+        decisions=decisions,
+    )
+    return replace(
+        made,
         estimator=DecoupledQ(
             backup=backup,
             candidates=candidates,
@@ -59,10 +66,4 @@ def dqc(
         ),
         advantage=BackupRewards(gamma=gamma, backup=backup),
         objective=DecoupledQLearning(kappa_d, kappa_b, gamma, distill_by, backup_by),
-        aggregation=DecisionMean(),
-        replay=OldGroups(groups=groups, iterations=capacity, capacity=capacity),
-        ema_weights=(Target(tau=tau),),
-        redraw=True,
-        min_group=1,
-        families=("control",),
     )

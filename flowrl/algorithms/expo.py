@@ -1,13 +1,11 @@
 """EXPO: a flow that imitates, an editor that a critic trains, and the critic's choice among both (arXiv:2507.07986)."""
 
+from dataclasses import replace
+
+from flowrl.algorithms.fql import fql
 from flowrl.estimators.q_candidates import EditedActions
-from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.ema import Target
-from flowrl.parts.episodes import DecisionRewards
 from flowrl.parts.q_candidates import Edited
-from flowrl.samplers.demonstrations import episodes
-from flowrl.samplers.replayed import OldGroups
 
 PAPER = "arXiv:2507.07986"
 
@@ -40,18 +38,16 @@ def expo(
     error is a mean over a chunk's numbers, there a sum; networks are those of `fql`; batches are the decisions of whole
     episodes, as there; gamma is per decision; actions are standardised.
     """
+    made = fql(
+        tau=tau,
+        shown=shown,
+        offline=offline,
+        groups=groups,
+        capacity=capacity,
+        environment=environment,
+        decisions=decisions,
+    )
     estimator = EditedActions(
         candidates=candidates, edits=edits, scale=scale, bound=bound, critics=critics, width=width, depth=depth
     )
-    return Algorithm(
-        sampler=episodes(environment, decisions, shown, offline),
-        estimator=estimator,
-        advantage=DecisionRewards(),
-        objective=Edited(gamma),
-        aggregation=DecisionMean(),
-        replay=OldGroups(groups=groups, iterations=capacity, capacity=capacity),
-        ema_weights=(Target(tau=tau),),
-        redraw=True,
-        min_group=1,
-        families=("control",),
-    )
+    return replace(made, estimator=estimator, objective=Edited(gamma))

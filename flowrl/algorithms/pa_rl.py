@@ -1,15 +1,12 @@
 """PA-RL: a policy imitates its own samples after a critic chose and improved them (arXiv:2412.06685)."""
 
+from dataclasses import replace
 from typing import Literal
 
+from flowrl.algorithms.fql import fql
 from flowrl.estimators.q_candidates import OptimizedActions
-from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.ema import Target
-from flowrl.parts.episodes import DecisionRewards
 from flowrl.parts.q_candidates import Distilled
-from flowrl.samplers.demonstrations import episodes
-from flowrl.samplers.replayed import OldGroups
 
 PAPER = "arXiv:2412.06685"
 
@@ -45,6 +42,15 @@ def pa_rl(
     those of `fql`; batches are the decisions of whole episodes, as there; gamma is per decision; actions are
     standardised.
     """
+    made = fql(
+        tau=tau,
+        shown=shown,
+        offline=offline,
+        groups=groups,
+        capacity=capacity,
+        environment=environment,
+        decisions=decisions,
+    )
     estimator = OptimizedActions(
         candidates=candidates,
         keep=keep,
@@ -56,15 +62,4 @@ def pa_rl(
         width=width,
         depth=depth,
     )
-    return Algorithm(
-        sampler=episodes(environment, decisions, shown, offline),
-        estimator=estimator,
-        advantage=DecisionRewards(),
-        objective=Distilled(gamma),
-        aggregation=DecisionMean(),
-        replay=OldGroups(groups=groups, iterations=capacity, capacity=capacity),
-        ema_weights=(Target(tau=tau),),
-        redraw=True,
-        min_group=1,
-        families=("control",),
-    )
+    return replace(made, estimator=estimator, objective=Distilled(gamma))

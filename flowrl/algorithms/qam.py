@@ -1,13 +1,11 @@
 """QAM: a flow drawn to what critics of actions like, by adjoint matching (arXiv:2601.14234)."""
 
+from dataclasses import replace
+
+from flowrl.algorithms.fql import fql
 from flowrl.estimators.adjoint_q import AdjointQ
-from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.ema import Target
-from flowrl.parts.episodes import DecisionRewards
 from flowrl.parts.q_learning import AdjointQLearning
-from flowrl.samplers.demonstrations import episodes
-from flowrl.samplers.replayed import OldGroups
 
 PAPER = "arXiv:2601.14234"
 
@@ -39,8 +37,17 @@ def qam(
     model's own number of steps; both flows begin as the model's own, there untrained; the variants with a one-step
     actor, with edited actions and with a residual flow are not here.
     """
-    return Algorithm(
-        sampler=episodes(environment, decisions, shown, offline),
+    made = fql(
+        tau=tau,
+        shown=shown,
+        offline=offline,
+        groups=groups,
+        capacity=capacity,
+        environment=environment,
+        decisions=decisions,
+    )
+    return replace(
+        made,
         estimator=AdjointQ(
             steps=steps,
             inverse_temperature=inverse_temperature,
@@ -50,12 +57,5 @@ def qam(
             width=width,
             depth=depth,
         ),
-        advantage=DecisionRewards(),
         objective=AdjointQLearning(gamma),
-        aggregation=DecisionMean(),
-        replay=OldGroups(groups=groups, iterations=capacity, capacity=capacity),
-        ema_weights=(Target(tau=tau),),
-        redraw=True,
-        min_group=1,
-        families=("control",),
     )
