@@ -127,7 +127,8 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
     out += _self_test(suite.get("self_test"))
     unscored = {name: each["unscored"] for name, each in suite["arms"].items() if each["unscored"]}
     out += [
-        f"{count} {suite['medium']} of {name} could not be scored and are left out." for name, count in unscored.items()
+        f"{count} {suite['medium']} of {name} have no {suite['primary']}, and its mean leaves them out."
+        for name, count in unscored.items()
     ]
     if suite.get("independent"):
         shares = {name: each["measures"][suite["primary"]].get("wilson") for name, each in suite["arms"].items()}
