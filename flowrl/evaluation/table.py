@@ -111,7 +111,7 @@ def rows(suite: Mapping[str, Any]) -> Iterator[tuple[str, int, tuple[str, ...], 
             yield f"any of {most}", suite["prompts"], (primary, "any_of_n"), False
     for measure in variants[0]["measures"]:
         if measure != primary:
-            yield measure, suite["prompts"], (measure, "samples"), False
+            yield measure.replace("_", " "), suite["prompts"], (measure, "samples"), False  # to wrap between words
 
 
 def notes(suite: Mapping[str, Any]) -> list[str]:
