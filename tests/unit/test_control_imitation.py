@@ -163,6 +163,7 @@ def test_a_model_without_labels_begins_to_hear_them_without_effect(tmp_path: Pat
     assert torch.allclose(again.select_action(torch.zeros(3, 8)), again.in_own_units(position)[:, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_label_is_learned_of_what_is_better_and_guidance_improves_on_it() -> None:
     """Data of two arms in equal shares, of which one pays: without the label both, with it the one that pays, and the
     share of the better one rises with w. Values are those of the data, so that the advantage is half a reward."""
@@ -254,6 +255,7 @@ def test_a_flow_keeps_both_modes_and_few_steps_end_between_them(steps: int, shar
         assert share == pytest.approx(math.erfc(math.atanh(0.9) / math.sqrt(2)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_mip_answers_the_mean_of_two_modes() -> None:
     config = replace(PLAIN, kind="mip", steps=2, width=64, depth=2)
     policy = load_with(config)

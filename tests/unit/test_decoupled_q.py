@@ -47,6 +47,7 @@ class OfOneState(nn.Module):
         return self.value[:, features.argmax(dim=1)]
 
 
+@pytest.mark.slow
 def test_chunks_of_one_decision_teach_their_own_exact_values() -> None:
     """backup 1: the partial critics come to what the chunk critics are; with means in the place of optimism those come
     to the values of the policy that made the data, both actions alike, which solve a linear system."""

@@ -112,6 +112,7 @@ def test_a_frame_holds_plain_values_and_arrays() -> None:
         pack({"do": object()})
 
 
+@pytest.mark.slow
 def test_episodes_are_the_same_and_the_process_is_asked_again() -> None:
     here = EpisodeSampler(sampler=FlowSampler(steps=3), environment="tests.contract.toy_environment:make", decisions=3)
     there = replace(here, timeout_s=60.0)

@@ -66,6 +66,7 @@ def test_gaussian_data_are_contracted_by_one_minus_rate_over_variance(steps: int
     torch.testing.assert_close(policy.executed(observed[:, None], action), wanted)
 
 
+@pytest.mark.slow
 def test_the_score_of_gaussian_data_is_learned() -> None:
     """Actions are ``N(s_1 / 2, v)`` at a state: the score is ``-(a - m) / (v + c^2)``, where the state's noise adds
     ``c^2 / 4 / (1 + c^2)`` and pulls the mean by ``1 / (1 + c^2)``."""
