@@ -124,7 +124,7 @@ class Raw:
         n = len(at)
         return -self.policy.network(at, torch.zeros(n, *self.policy.latent_shape), torch.ones(n))
 
-    def _logp(self, at: Tensor, chunk: Tensor, drawn: tuple[Tensor, Tensor]) -> Tensor:
+    def _logp(self, at: Tensor, chunk: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
         """[l, per] of decisions."""
         network, count = self.policy.network, len(at)
         if self.method == "ppo_gaussian":
@@ -161,14 +161,14 @@ class Raw:
         )
         with torch.no_grad():
             value = policy.value(seen)
-            old = self._logp(seen[:made], chunk, drawn)  # type: ignore[arg-type]
+            old = self._logp(seen[:made], chunk, drawn)
         advantage, returns = self._gae(value.double(), alive, slot, reward, cut)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clip = CLIP[self.method]
         for _ in range(EPOCHS):
             for episodes in torch.randperm(COUNT).chunk(UPDATES):
                 own = slot[episodes, :-1][alive[episodes]]
-                logp = self._logp(seen[own], chunk[own], tuple(part[own] for part in drawn))  # type: ignore[arg-type]
+                logp = self._logp(seen[own], chunk[own], tuple(part[own] for part in drawn))
                 ratio, gain = (logp - old[own]).exp(), advantage[own, None]
                 loss = torch.maximum(-gain * ratio, -gain * ratio.clamp(1 - clip, 1 + clip)).mean()
                 loss = loss + 0.25 * (policy.value(seen[own]) - returns[own]).square().mean()

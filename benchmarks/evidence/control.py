@@ -100,7 +100,8 @@ def trained(arm: str, rate: float, seed: int, asked: bool, budget: int = BUDGET)
     iterations] of held-out ways, or of the whole where none is asked for."""
     session = opened(arm, rate, seed, asked)
     watched: list[str | None] = [*HELD_OUT] if asked else [None] * len(HELD_OUT)
-    chunk = session.policy.config.chunk  # type: ignore[attr-defined]
+    policy: Any = session.policy
+    chunk = policy.config.chunk
     steps, seconds, points, whole = 0, 0.0, [], True
 
     def look() -> None:

@@ -36,8 +36,8 @@ def drawn(count: int, t: float | None = None, c2: float = 0.25, draws: int = 1) 
     return policy, matching_rows(clean.expand(-1, draws, -1), noise, times.double())
 
 
-def log_p(policy: ShiftPolicy, rows: Any, weight: Any = "uniform") -> Tensor:
-    return Matching(draws=rows.t.shape[1], weight=weight)(policy, rows, condition(len(rows.t))).logp  # type: ignore[arg-type]
+def log_p(policy: Any, rows: Any, weight: Any = "uniform") -> Tensor:
+    return Matching(draws=rows.t.shape[1], weight=weight)(policy, rows, condition(len(rows.t))).logp
 
 
 def descend(objective: Any, advantage: Tensor, steps: int, count: int = 1, rate: float = RATE) -> list[float]:
